@@ -1,0 +1,30 @@
+"""How symmetry, noise, regularisation and data shape what networks learn.
+
+The library of the book *Symmetry in Learning*: one module per result, and the ground floor that they share.
+Submodules load on first use, so that ``import symlearn`` costs next to nothing and needs neither torch nor matplotlib.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "anisotropic_ridge",
+    "claims",
+    "datasets",
+    "explorer",
+    "models",
+    "plotting",
+    "pruning",
+    "sweep",
+]
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
