@@ -1,0 +1,1 @@
+"""Maintenance of the notebooks and of the built site."""
