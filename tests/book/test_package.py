@@ -85,5 +85,6 @@ def test_the_watch_for_the_bare_name_sees_it():
     assert INSTALL.search(f"%pip install -q {name}")
     assert INSTALL.search(f"pip install torch '{name}==1.0'")
     assert not INSTALL.search(f'%pip install -q "{name}-book[explore] @ git+https://example.org/{name}"')
-    assert REQUIREMENT.search(f"{name}>=1.0") and REQUIREMENT.search(f'    "{name}",')
+    assert REQUIREMENT.search(f"{name}>=1.0")
+    assert REQUIREMENT.search(f'    "{name}",')
     assert not REQUIREMENT.search(f"{name}-book>=1.0")
