@@ -11,6 +11,7 @@ import html
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -116,7 +117,10 @@ def _svg(figure: Figure, alt: str) -> str:
     buffer = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "symlearn", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    markup = buffer.getvalue()
+    # What no reader sees goes: decimals beyond a hundredth of a point, notes, spaces. Other machines have other fonts.
+    markup = re.sub(r"(\d\.\d\d)\d+", r"\1", buffer.getvalue())
+    markup = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", markup, flags=re.DOTALL)
+    markup = re.sub(r"\s+", " ", markup).replace("> <", "><").replace("'DejaVu Sans'\"", "'DejaVu Sans', sans-serif\"")
     return markup[markup.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1)
 
 

@@ -79,7 +79,7 @@ def test_without_stack_the_kernel_swaps_the_frame(monkeypatch):
 
 def noisy(a):
     figure, ax = plt.subplots(figsize=(4, 4))
-    ax.plot(*np.random.default_rng(a).normal(size=(2, 40_000)))
+    ax.plot(*np.random.default_rng(a).normal(size=(2, 100_000)))
     return figure
 
 
