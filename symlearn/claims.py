@@ -32,7 +32,7 @@ class Claim:
     source : str
         The equation or theorem it follows from.
     predicted, measured : str
-        The numbers to three significant digits; the range and the count for an array.
+        The numbers to three significant digits; the range for an array.
     tolerance : str
         The agreement that the claim demands.
     deviation : float
@@ -235,7 +235,11 @@ def _deviation(predicted: np.ndarray, measured: np.ndarray, bound: np.ndarray) -
 
 def _number(values: np.ndarray) -> str:
     low, high = f"{np.min(values):.3g}", f"{np.max(values):.3g}"
-    return low if values.ndim == 0 or values.size == 1 else f"{low}…{high}"
+    return low if low == high else f"{low}…{high}"
+
+
+def _breakable(number: str) -> str:
+    return number.replace("…", "…<wbr>")
 
 
 def _lines(number: int, claim: Claim) -> str:
@@ -254,8 +258,8 @@ def _table(claims: list[Claim] | tuple[Claim, ...]) -> str:
         for title in ("claim", "source", "predicted", "measured", "tolerance", "used", "verdict")
     )
     rows = "".join(
-        f"<tr><td>{html.escape(c.text)}</td><td>{html.escape(c.source)}</td><td>{c.predicted}</td>"
-        f'<td class="measured">{c.measured}</td><td>{c.tolerance}</td><td class="measured">{100 * c.deviation:.2g} %</td>'
+        f"<tr><td>{html.escape(c.text)}</td><td>{html.escape(c.source)}</td><td>{_breakable(c.predicted)}</td>"
+        f'<td class="measured">{_breakable(c.measured)}</td><td>{c.tolerance}</td><td class="measured">{100 * c.deviation:.2g} %</td>'
         f"<td>{'holds' if c.holds else '<strong>FAILS</strong>'}</td></tr>"
         for c in claims
     )

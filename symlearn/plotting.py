@@ -121,9 +121,10 @@ def measured(
         check_real("y", y),
         yerr=bars,
         color=color,
-        label=label,
         **options,
     )
+    if label is not None:
+        points.set_label(label)
     return points
 
 

@@ -90,8 +90,9 @@ def test_a_label_far_from_others_stays_level_with_its_line(ax, scale):
 
 
 def test_measured_draws_points_and_bars_of_one_standard_error(ax):
-    points = measured(ax, [1, 2], [3.0, 4.0], [0.5, 0.25])
+    points = measured(ax, [1, 2], [3.0, 4.0], [0.5, 0.25], "runs")
     assert points.get_linestyle() == "None"
+    assert points.get_label() == "runs"
     (bars,) = ax.collections
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[2.5, 3.5], [3.75, 4.25]]
 

@@ -32,18 +32,19 @@ def chapters() -> list[Path]:
 def setup_cell() -> str:
     """The first code cell of every chapter."""
     return f"""\
-# Installs the book's library where it is missing, as on Colab; elsewhere it does nothing.
+# Installs the book's library where it is missing, as on Colab.
 import importlib.util
 
 REPOSITORY = "https://github.com/{repository()}"
 if importlib.util.find_spec("symlearn") is None:
     if "/OWNER/" in REPOSITORY:
         raise RuntimeError(
-            "The book's address is not set, so there is nothing to install from. "
-            "In a checkout, run 'make repository URL=...' or 'pip install -e .[explore]'."
+            "The book's address is not set: there is nothing to install from. "
+            "In a checkout, run 'make repository URL=...' "
+            "or 'pip install -e .[explore]'."
         )
     %pip install -q "symlearn-book[explore] @ git+{{REPOSITORY}}@main"
-import symlearn.claims  # an unrelated package of the same name has no such module"""
+import symlearn.claims  # noqa: F401, an unrelated symlearn has no claims"""
 
 
 def canonical(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -72,6 +72,16 @@ def test_a_chapter_keeps_its_ledger_and_its_explorer(path):
     assert path.stat().st_size < 3_000_000
 
 
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_the_sources_in_the_ledger_are_on_the_page(path):
+    notebook = load(path)
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    counts = {"eq.": text.count(":label: eq-"), "theorem": text.count("{prf:theorem}"), "step": text.count("### Step ")}
+    for claim in outputs(notebook, MIME)[0]["claims"]:
+        kind, number = claim["source"].split()
+        assert 1 <= int(number) <= counts[kind], claim["source"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_figure_has_alt_text_a_caption_and_a_name(path):
     for cell in code_cells(load(path)):
