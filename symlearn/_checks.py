@@ -27,11 +27,9 @@ def wrong_type(name: str, expected: str, value: Any) -> TypeError:
 
 def check_real(name: str, value: ArrayLike) -> np.ndarray:
     """Any real numbers, as a float64 array; NaN and infinities pass."""
-    if _is_tensor(value):
-        value = value.detach().cpu()  # type: ignore[union-attr]
     try:
-        array = np.asarray(value)
-    except (ValueError, TypeError):
+        array = _tensor_to_array(value) if _is_tensor(value) else np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):
         raise wrong_type(name, "an array of real numbers", value) from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name} must be real numbers, got {_dtype_or_type(value, array)}")
@@ -69,7 +67,7 @@ def check_scalar(name: str, value: ArrayLike) -> float:
 
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """An integer in [low, high], as an int."""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_)) or str(getattr(value, "dtype", "")) == "torch.bool":
         raise wrong_type(name, "an integer", value)
     try:
         number = operator.index(value)
@@ -78,6 +76,20 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     if number < low or (high is not None and number > high):
         raise invalid(name, f">= {low}" if high is None else f"between {low} and {high}", number)
     return number
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """True or False, as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise wrong_type(name, "True or False", value)
+    return bool(value)
+
+
+def check_str(name: str, value: Any) -> str:
+    """A string, unchanged."""
+    if not isinstance(value, str):
+        raise wrong_type(name, "a string", value)
+    return value
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
@@ -176,7 +188,9 @@ def _describe(value: Any) -> str:
         return f"shape {tuple(value.shape)}"
     if isinstance(value, (np.generic, np.ndarray)) or (_is_tensor(value) and value.numel() == 1):
         value = value.item()
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:  # not where rounding would hide the fault
+        return f"{value:g}"
+    return repr(value)
 
 
 def _dtype_or_type(value: Any, array: np.ndarray) -> str:
@@ -185,6 +199,10 @@ def _dtype_or_type(value: Any, array: np.ndarray) -> str:
 
 def _words(words: Collection[str]) -> str:
     return ", ".join(sorted(map(repr, words)))
+
+
+def _tensor_to_array(tensor: Any) -> np.ndarray:
+    return (tensor.double() if tensor.is_floating_point() else tensor).numpy(force=True)
 
 
 def _is_torch(value: Any) -> bool:
