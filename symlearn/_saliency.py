@@ -119,6 +119,7 @@ def replica(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         twin = copy.deepcopy(model, memo).eval()
     except Exception as error:
         raise invalid("model", "a module that copy.deepcopy can copy", f"{type(error).__name__}: {error}") from error
+    del memo
     for key, modules in prunable_layers(twin).items():
         values = [_make_plain(module) for module in modules]
         # one parameter for all modules of the layer, but not for other holders of the tensor: they are not pruned
@@ -162,14 +163,15 @@ def flow(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def is_connected(model: nn.Module, masks: Mapping[str, Tensor], input_shape: Sequence[int]) -> bool:
     """Whether synaptic flow reaches the outputs; decided in yes or no at each layer, so that no scale matters."""
-    twin = flow_replica(model, torch.float64)
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    twin = flow_replica(model, dtype)
     layers = prunable_layers(twin)
-    for key, modules in layers.items():
-        for module in modules:
-            module.weight = nn.Parameter(((weight_of(module) > 0) & masks[key]).double(), requires_grad=False)
-            module.register_forward_hook(lambda _module, _inputs, output: (output > 0).to(output.dtype))
     with torch.no_grad():
-        return bool(flow(twin, torch.ones(1, *input_shape, dtype=torch.float64, device=device_of(layers))) > 0)
+        for key, modules in layers.items():
+            weight_of(modules[0]).gt_(0).mul_(masks[key])
+            for module in modules:
+                module.register_forward_hook(lambda _module, _inputs, output: (output > 0).to(output.dtype))
+        return bool(flow(twin, torch.ones(1, *input_shape, dtype=dtype, device=device_of(layers))) > 0)
 
 
 def loss(model: nn.Module, data: tuple[Tensor, Tensor], loss_fn: LossFunction, like: Tensor) -> Tensor:
