@@ -22,7 +22,9 @@ def site(tmp_path_factory):
     options = ["build", "-W", "-n", "--keep-going", "--all", "--path-output", str(folder), "."]
     done = subprocess.run([sys.executable, "-c", build, *options], cwd=ROOT, capture_output=True, text=True)
     said = done.stdout.splitlines() + done.stderr.splitlines()
-    assert done.returncode == 0, "\n".join([line for line in said if "WARNING" in line or "ERROR" in line] or said[-20:])
+    assert done.returncode == 0, "\n".join(
+        [line for line in said if "WARNING" in line or "ERROR" in line] or said[-20:]
+    )
     return folder / "_build" / "html"
 
 
