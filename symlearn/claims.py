@@ -252,17 +252,23 @@ def _lines(number: int, claim: Claim) -> str:
     )
 
 
+def _row(claim: Claim) -> str:
+    """Cells of one claim; what was measured is marked, so that a comparison of notebooks can leave it out."""
+    return (
+        f"<td>{html.escape(claim.text)}</td><td>{html.escape(claim.source)}</td>"
+        f"<td>{_breakable(claim.predicted)}</td>"
+        f'<td class="measured">{_breakable(claim.measured)}</td><td>{claim.tolerance}</td>'
+        f'<td class="measured">{100 * claim.deviation:.2g} %</td>'
+        f"<td>{'holds' if claim.holds else '<strong>FAILS</strong>'}</td>"
+    )
+
+
 def _table(claims: list[Claim] | tuple[Claim, ...]) -> str:
     head = "".join(
         f'<th scope="col">{title}</th>'
         for title in ("claim", "source", "predicted", "measured", "tolerance", "used", "verdict")
     )
-    rows = "".join(
-        f"<tr><td>{html.escape(c.text)}</td><td>{html.escape(c.source)}</td><td>{_breakable(c.predicted)}</td>"
-        f'<td class="measured">{_breakable(c.measured)}</td><td>{c.tolerance}</td><td class="measured">{100 * c.deviation:.2g} %</td>'
-        f"<td>{'holds' if c.holds else '<strong>FAILS</strong>'}</td></tr>"
-        for c in claims
-    )
+    rows = "".join(f"<tr>{_row(claim)}</tr>" for claim in claims)
     return (
         f'<div class="symlearn-claims" tabindex="0" role="region" aria-label="claims, predicted and measured">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
