@@ -23,8 +23,8 @@ from symlearn._saliency import OutOfRange, flow, flow_replica, prunable_layers, 
 _SAMPLE = 2**14  # scores looked at to bound the threshold
 _TILE = 2**16  # scores formed at a time
 _LARGE_MAP = 200  # positions from which conv2d beats unfolding and a matrix product
-_COMPACT_EVERY = 3
-_COMPACT_BELOW = 0.85
+_COMPACT_EVERY = 3  # rounds
+_COMPACT_BELOW = 0.85  # size of the new block relative to the old
 _DRIFT = 30  # binary orders of magnitude that a chain's flow may move before its layers are rescaled
 _SAME = 1e-4  # relative difference of flows that are taken for equal: far above rounding
 
@@ -292,7 +292,7 @@ class _WholeLayer(_Layer):
     def _gradient(self) -> Tensor:
         if self._weight.grad is None:
             self._weight.grad = torch.zeros_like(self._weight)
-        return self._weight.grad.view_as(self.weights)
+        return self._weight.grad.reshape(self.weights.shape)
 
 
 class _BlockLayer(_Layer):
