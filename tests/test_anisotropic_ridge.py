@@ -564,14 +564,17 @@ def test_the_error_diverges_towards_the_lowest_ridge_like_an_inverse_square_root
 
 
 @pytest.mark.parametrize("theory", NASTY, ids=repr)
-@pytest.mark.parametrize("density", [1e-20, 0.01, 0.5, 1 - 1e-9, 1 + 1e-9, 1.5, 1e3, 1e20, 1e45])
-def test_errors_stay_finite_and_positive_up_to_the_last_ridge_above_the_lowest_one(theory, density):
-    n = density * theory.multiplicities.sum()
-    risk = theory.risk(n, theory.min_ridge(n) * (1 - np.array([1e-12, 1e-14, 1e-15])))
-    for name in set(FIELDS) - {"kappa"}:
-        values = getattr(risk, name)
-        assert np.isfinite(values).all(), name
-        assert (values > 0).all(), name
+def test_errors_stay_finite_and_positive_up_to_the_last_ridge_above_the_lowest_one(theory):
+    # A sweep, because rounding decides at which densities a careless formula divides by zero: 1 in 100 here.
+    # Density 1 itself is left out: the lowest ridge is 0 there, and the error infinite as documented.
+    densities = np.concatenate([np.geomspace(1.1e-3, 1e6, 400), [1e-20, 1 - 1e-9, 1 + 1e-9, 1e20, 1e45]])
+    assert 1 not in densities
+    distance = np.array([1e-12, 1e-13, 1e-14, 1e-15])
+    for n in densities * theory.multiplicities.sum():
+        risk = theory.risk(n, theory.min_ridge(n) * (1 - distance))
+        for name in set(FIELDS) - {"kappa"}:
+            values = getattr(risk, name)
+            assert (np.isfinite(values) & (values > 0)).all(), (name, n)
 
 
 def smooth_spectrum():
