@@ -60,7 +60,8 @@ def test_equal_numbers_hold_whatever_the_tolerance(numbers):
     check(**numbers)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 0.99))
+# Subnormal numbers have no digits left for a relative tolerance.
+@given(st.floats(-1e6, 1e6, allow_subnormal=False).filter(lambda x: x == 0 or abs(x) > 1e-290), st.floats(1e-6, 0.99))
 def test_relative_tolerance_is_relative_to_the_prediction(predicted, rtol):
     check(predicted=predicted, measured=predicted * (1 + 0.999 * rtol), rtol=rtol)
     if predicted:
