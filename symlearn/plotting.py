@@ -128,7 +128,7 @@ def measured(
     return points
 
 
-def label_lines(ax: Axes, lines: Sequence[Line2D] | None = None, *, gap: float = 1.25, room: float = 0.0) -> None:
+def label_lines(ax: Axes, lines: Sequence[Line2D] | None = None, *, gap: float = 1.25) -> None:
     """Write each line's label at its right end, in its colour, moved apart where labels would overlap.
 
     Parameters
@@ -139,16 +139,12 @@ def label_lines(ax: Axes, lines: Sequence[Line2D] | None = None, *, gap: float =
         Default: all lines of the axes that have a label.
     gap : float
         Smallest distance between labels, in font sizes.
-    room : float
-        Space made for the labels inside the axes, as a fraction of their width. Default: the layout makes room outside.
     """
     if lines is None:
         lines = [line for line in _axes(ax).get_lines() if not str(line.get_label()).startswith("_")]
     if not lines:
         raise invalid("lines", "at least one line with a label", "none")
     ax.figure.canvas.draw()
-    if room:
-        _extend_right(ax, room)
     ends = []
     for line in lines:
         points = ax.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float))
@@ -174,11 +170,6 @@ def _axes(ax: Axes) -> Axes:
     if not isinstance(ax, Axes):
         raise wrong_type("ax", "a matplotlib Axes", ax)
     return ax
-
-
-def _extend_right(ax: Axes, room: float) -> None:
-    left, right = ax.transAxes.transform([[0, 0], [1 + room, 0]])
-    ax.set_xlim(ax.transData.inverted().transform([left, right])[:, 0])
 
 
 def _inside(points: np.ndarray, ax: Axes) -> np.ndarray:
