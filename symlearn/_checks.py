@@ -25,6 +25,11 @@ def wrong_type(name: str, expected: str, value: Any) -> TypeError:
     return TypeError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
+def wrong_dtype(name: str, expected: str, array: Any) -> TypeError:
+    """The error for an array or a tensor of the wrong dtype."""
+    return TypeError(f"{name} must be {expected}, got dtype {array.dtype}")
+
+
 def check_real(name: str, value: ArrayLike) -> np.ndarray:
     """Any real numbers, as a float64 array; NaN and infinities pass."""
     try:
