@@ -11,13 +11,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "anisotropic_ridge",
+    "canonical_representation",
     "claims",
     "datasets",
     "explorer",
+    "gradients",
+    "lyapunov",
+    "mirror_symmetry",
     "models",
+    "noise_equilibrium",
     "plotting",
+    "probabilistic_stability",
     "pruning",
     "sweep",
+    "symmetry",
+    "syre",
 ]
 
 
