@@ -468,7 +468,7 @@ class LinearLayerMoments:
     H_out, G_out, Z_out : ndarray, shape (p, p)
         Second moments of outputs and of gradients, and :math:`\mathbb E[WW^\top]`; ``H_out`` equals ``Z_out``.
     mean_weight : ndarray, shape (p, d)
-        :math:`\bar W = V/(1+\gamma)`.
+        :math:`\bar W = V/(1+\lambda)`.
     fluctuation : ndarray, shape (p, p)
         :math:`M = \mathbb E[(W-\bar W)(W-\bar W)^\top]`.
     max_lr : float
@@ -492,10 +492,11 @@ def linear_layer_moments(
     :math:`\frac12\|y - Wx\|^2`, and SGD draws batches of size :math:`B` with replacement. With
     :math:`A=\bar W\bar W^\top`,
 
-    .. math:: M = c\,[(d-1)\gamma^2 A + d\,\Sigma], \qquad
-        c = \frac{\eta}{B[2(1+\gamma)-\eta(1+\gamma)^2] - \eta(d-1)},
+    .. math:: M = c\,[(d-1)\lambda^2 A + d\,\Sigma],
 
-    :math:`Z_b = H_b = A + M` and :math:`G_b = \gamma^2 A + M + \Sigma`.
+    .. math:: c = \frac{\eta}{B[2(1+\lambda)-\eta(1+\lambda)^2] - \eta(d-1)},
+
+    :math:`Z_b = H_b = A + M` and :math:`G_b = \lambda^2 A + M + \Sigma`.
 
     Parameters
     ----------
@@ -506,9 +507,9 @@ def linear_layer_moments(
         identity.
     lr : float
         Learning rate :math:`\eta`, > 0 and below ``max_lr``,
-        :math:`\eta_{\max} = 2(1+\gamma)B/[B(1+\gamma)^2 + d - 1]`.
+        :math:`\eta_{\max} = 2(1+\lambda)B/[B(1+\lambda)^2 + d - 1]`.
     weight_decay : float
-        :math:`\gamma` >= 0 as in ``torch.optim.SGD``: the penalty is :math:`\frac\gamma2\|W\|^2`.
+        :math:`\lambda` >= 0 as in ``torch.optim.SGD``: the penalty is :math:`\frac\lambda2\|W\|^2`.
     batch_size : int, default 1
         :math:`B`.
 

@@ -65,8 +65,8 @@ class Syre:
         Standard deviation of the anchor, > 0. By default :math:`0.01/\sqrt{\text{fan-in}}` of each tensor: a hundredth
         of the usual initialisation. Fan-in is the size of ``p[0]``, or of ``p`` for vectors.
     spread : float, default 0
-        In [0, 1). Decay rates differ between coordinates, :math:`D_i\sim U(1-\text{spread},1+\text{spread})`, which
-        also removes continuous symmetries. Keep it well below one.
+        In [0, 1). Decay rates differ between coordinates, :math:`D_i` uniform in 1 plus or minus ``spread``, which also
+        removes continuous symmetries. Keep it well below one.
     seed : int, default 0
         The anchor depends on the seed, on the names and on the shapes; not on dtype, device, order, or on other
         parameters, so that every rank of a distributed run draws its own part without communication.
