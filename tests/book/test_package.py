@@ -31,7 +31,7 @@ def test_importing_the_library_is_fast_and_pulls_nothing_heavy(clean_python, tmp
     assert str(ROOT) not in place
 
 
-@pytest.mark.parametrize("name", ["anisotropic_ridge", "sweep", "datasets"])
+@pytest.mark.parametrize("name", ["anisotropic_ridge", "lyapunov", "sweep", "datasets"])
 def test_what_needs_no_torch_imports_none(clean_python, tmp_path, name):
     heavy = run(clean_python, f"import sys, symlearn; symlearn.{name}; print('torch' in sys.modules)", tmp_path)
     assert heavy == "False"
