@@ -1,7 +1,7 @@
 r"""Per-sample gradients, and the gradient noise of a symmetry without the covariance matrix.
 
 For a symmetric generator :math:`A` the charge :math:`\theta^\top A\theta` is a quadratic form. The noise
-:math:`\operatorname{Tr}[\Sigma A]` that drives it (chapters ``law_of_balance`` and
+:math:`\operatorname{Tr}[\Sigma A]` that drives it (chapters :doc:`/chapters/law_of_balance` and
 :doc:`/chapters/noise_equilibrium`) is the mean charge of the per-sample gradients minus the charge of their mean, so
 :math:`\Sigma` is never formed.
 """

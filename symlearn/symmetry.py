@@ -2,7 +2,7 @@
 
 A symmetry moves the parameters and leaves the loss of every sample alone. The continuous ones, with a symmetric
 generator ``A``, have a charge ``theta^T A theta`` (no factor 1/2), which gradient flow conserves (chapter
-``law_of_balance``); reflections ``I - 2 O O^T`` confine training to a mirror (chapter
+:doc:`/chapters/law_of_balance`); reflections ``I - 2 O O^T`` confine training to a mirror (chapter
 :doc:`/chapters/mirror_symmetry`). All functions return new objects and leave their arguments alone.
 """
 
@@ -159,7 +159,7 @@ class Rescaling(ContinuousSymmetry):
     References
     ----------
     Ziyin, Li and Ueda, "Law of Balance and Stationary Distribution of Stochastic Gradient Descent", 2023; chapter
-    ``law_of_balance``.
+    :doc:`/chapters/law_of_balance`.
 
     Examples
     --------
