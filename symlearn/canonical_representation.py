@@ -506,8 +506,8 @@ def linear_layer_moments(
         Covariance :math:`\Sigma` of :math:`\epsilon`, positive semi-definite; a number stands for its multiple of the
         identity.
     lr : float
-        Learning rate :math:`\eta`, > 0 and below ``max_lr``,
-        :math:`\eta_{\max} = 2(1+\lambda)B/[B(1+\lambda)^2 + d - 1]`.
+        Learning rate :math:`\eta`, > 0 and below ``max_lr``: :math:`2(1+\lambda)B` over
+        :math:`B(1+\lambda)^2 + d - 1`.
     weight_decay : float
         :math:`\lambda` >= 0 as in ``torch.optim.SGD``: the penalty is :math:`\frac\lambda2\|W\|^2`.
     batch_size : int, default 1
