@@ -7,12 +7,11 @@ equal. In these cases one or two numbers per chain, or one layer, are the whole 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
+
+from symlearn._subnormals import without_subnormals
 
 _CHAINS_PER_BLOCK = 4096
 _DRAWS_PER_BLOCK = 1 << 17
@@ -45,7 +44,7 @@ def run_chains(init: np.ndarray, steps: Steps, records: np.ndarray, seed: int) -
     n_chains = len(init)
     weights, products = np.empty(init.shape), np.empty((records.size, n_chains))
     size = max(1, min(_CHAINS_PER_BLOCK, _LARGEST_BLOCK // steps.batch_size))
-    with _without_subnormals(), np.errstate(over="ignore", invalid="ignore", under="ignore"):
+    with without_subnormals(), np.errstate(over="ignore", invalid="ignore", under="ignore"):
         for index, first in enumerate(range(0, n_chains, size)):
             block = slice(first, min(first + size, n_chains))
             rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, index])))
@@ -197,14 +196,3 @@ def _state(init: np.ndarray, decay: float) -> _State:
     if len(init) <= 2:
         return (_One, _Two)[len(init) - 1](init, decay)
     return (_Tied if (init == init[:1]).all() else _Deep)(init, decay)
-
-
-@contextmanager
-def _without_subnormals() -> Iterator[None]:
-    """Weights of collapsed chains are flushed to 0, also in NumPy: the mode belongs to the thread."""
-    flushed = not torch.tensor(1e-38).mul(0.1).item()
-    try:
-        torch.set_flush_denormal(True)
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)

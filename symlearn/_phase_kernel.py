@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from symlearn._checks import invalid
+from symlearn._subnormals import without_subnormals
 
 _RUNS_PER_BLOCK = 16_384
 # A multiple of every vector length: no element takes the scalar remainder of a loop, which may round differently.
@@ -251,11 +252,10 @@ def _classify(p: Tensor, q: Tensor, positive: np.ndarray, saddle_tol: float) -> 
 
 @contextmanager
 def _one_thread_without_subnormals() -> Iterator[None]:
-    n_threads, flushed = torch.get_num_threads(), not torch.tensor(1e-38).mul(0.1).item()
+    n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        torch.set_flush_denormal(True)
-        yield
+        with without_subnormals():
+            yield
     finally:
-        torch.set_flush_denormal(flushed)
         torch.set_num_threads(n_threads)
