@@ -74,7 +74,7 @@ class FlatLoss:
                 raise invalid("batch_loss", "a function that returns one real number", f"shape {tuple(value.shape)}")
             if not bool(torch.isfinite(value)):
                 raise invalid("batch_loss", "finite at params", value.detach())
-        if not bool(torch.isclose(*values, rtol=1e-4)):
+        if not bool(torch.isclose(values[0], values[1], rtol=1e-4)):
             raise invalid("batch_loss", "deterministic", f"{values[0].item():g} and {values[1].item():g}")
 
 
