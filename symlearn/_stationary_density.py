@@ -288,7 +288,13 @@ class BranchDensity:
         points = self.table.points.ravel()
         best = int((self.table.logs.ravel() - points).argmax())
         left, right = points[max(best - 1, 0)], points[min(best + 1, points.size - 1)]
-        top = brentq(lambda u: float(self._slope(np.array(u))) - 1, left, right, xtol=1e-15, rtol=1e-15)
+
+        def slope(u: float) -> float:
+            return float(self._slope(np.array(u))) - 1
+
+        if slope(left) <= 0:  # at the transition: the density falls from the first point on
+            return 0.0
+        top = brentq(slope, left, right, xtol=1e-15, rtol=1e-15) if slope(right) < 0 else right
         return math.exp(self._log_unit + top)
 
     def _scaled_mean(self) -> float:

@@ -913,3 +913,9 @@ def test_bad_arguments_of_a_rate_are_refused(arguments, error, message):
     defaults = dict(zip(names, small_network(), strict=True))
     with pytest.raises(error, match=message):
         balance_rate(**{**defaults, "lr": 0.1, "batch_size": 1, **arguments})
+
+
+def test_exactly_at_the_transition_of_the_most_likely_value_it_is_zero():
+    moments = RegressionMoments(1.0, 0.0, 0.0, 1.0, 1.0)
+    assert StationaryDistribution(moments, 1 / 3).mode() == pytest.approx(0, abs=1e-12)
+    assert StationaryDistribution(moments, 0.32).mode() == pytest.approx(0.04, rel=1e-6)
