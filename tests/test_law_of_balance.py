@@ -215,6 +215,8 @@ def test_the_density_is_normalised_and_has_its_mean_and_variance(law):
         total = sum(quad(weighted, *pair)[0] for pair in itertools.pairwise(edges))
         assert total == pytest.approx(1, abs=1e-6)
         return
+    # Close to the critical temperature much of the mass lies where this quadrature does not reach.
+    assume(law.temperature < 0.8 * law.critical_temperature)
     assume(law.ppf(0.5) > 1e-200)
     assert expectation(law, lambda v: 1.0) == pytest.approx(1, abs=1e-6)
     assert expectation(law, lambda v: v) == pytest.approx(law.mean(), rel=1e-5)
