@@ -28,8 +28,8 @@ book: $(STAMP) ## build the book under _build/html, from the notebooks' stored o
 	@"$(PY)" -c "from jupyter_book.cli.main import main; main()" build -W -n --keep-going --quiet . || { echo "error: the book has warnings; see above" >&2; exit 1; }
 	@echo "$(CURDIR)/_build/html/index.html"
 
-test: $(STAMP) ## run all tests: library, notebooks, built pages in a browser
-	"$(PY)" -m pytest $(ARGS)
+test: $(STAMP) ## run all tests, two at a time: library, notebooks, built pages in a browser
+	"$(PY)" -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## format, lint, types, floors of the house, spelling
 	"$(PY)" -m ruff format --check .
