@@ -8,13 +8,10 @@ sample is checked first; the exit status is 1 if the two disagree or the series 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from common import extra_mib, printed_by_child, seconds
 
 from symlearn.anisotropic_ridge import RidgeTheory
 
@@ -54,34 +51,15 @@ def direct_newton(theory: RidgeTheory, n: np.ndarray, ridge: np.ndarray) -> dict
     return dict(zip(FIELDS, np.concatenate(results, axis=1), strict=True))
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def status_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(quick: bool) -> None:
     """In a child process of its own: the peak during the grid, less what was resident before, in MiB."""
     theory, n, ridges = problem(quick)
     theory.risk(n[0, 0], ridges[0])  # loads what a first call loads
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    theory.risk(n, ridges)
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(lambda: theory.risk(n, ridges)))
 
 
 def extra_memory(quick: bool) -> float | None:
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    command = [sys.executable, __file__, "--memory", *(["--quick"] if quick else [])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return printed_by_child(__file__, "--memory", *(["--quick"] if quick else []))
 
 
 def main() -> int:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import extra_mib, printed_by_child
 from torch import Tensor, nn
 
 from symlearn.canonical_representation import AlignmentProbe
@@ -142,37 +141,16 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def status_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(name: str, method: str, full: bool) -> None:
     """The peak during a run in this process, less what was resident before, in MiB."""
     model, batches = problem(name, full)
     METHODS[method](model, [(x[:2], y[:2]) for x, y in batches[:1]])  # loads what a first call loads
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    METHODS[method](model, batches)
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(lambda: METHODS[method](model, batches)))
 
 
 def extra_memory(name: str, method: str, full: bool) -> float | None:
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    command = [
-        sys.executable,
-        __file__,
-        "--memory",
-        name,
-        method,
-        "--threads",
-        str(torch.get_num_threads()),
-        *(["--full"] if full else []),
-    ]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    options = ["--threads", torch.get_num_threads(), *(["--full"] if full else [])]
+    return printed_by_child(__file__, "--memory", name, method, *options)
 
 
 def compare(name: str, full: bool) -> bool:

@@ -14,13 +14,13 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import torch
+from common import extra_mib, printed_by_child, seconds
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -175,19 +175,6 @@ PACKAGES = {"BackPACK": ("backpack", "backpack-for-pytorch"), "Opacus": ("opacus
 SLOW = ("Opacus", "vmap(grad), streaming", "vmap(grad), materialising")
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def status_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(name: str, full: bool) -> None:
     """In a child process of its own: the peak during a call, less what was resident before, in MiB."""
     torch.set_num_threads(1)
@@ -195,19 +182,14 @@ def print_extra_memory(name: str, full: bool) -> None:
     small = copy.copy(problem)
     small.x, small.y, small.n_samples = problem.x[:40], problem.y[:40], 40
     METHODS[name](small)()  # loads what a first call loads
-    run = METHODS[name](problem)
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    run()
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(METHODS[name](problem)))
 
 
 def extra_memory(name: str, full: bool) -> float:
-    if not Path("/proc/self/clear_refs").exists():
-        return float("nan")
-    command = [sys.executable, __file__, "--memory-of", name, *(["--full"] if full else [])]
-    child = subprocess.run(command, capture_output=True, text=True)
-    return float(child.stdout.split()[-1]) if child.returncode == 0 else float("nan")
+    memory = None
+    with suppress(subprocess.CalledProcessError):  # a peer that runs out of memory
+        memory = printed_by_child(__file__, "--memory-of", name, *(["--full"] if full else []))
+    return float("nan") if memory is None else memory
 
 
 def times_of(runs: dict[str, Callable[[], Tensor]], n_rounds: int, n_slow: int) -> dict[str, list[float]]:

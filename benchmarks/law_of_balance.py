@@ -10,13 +10,11 @@ symlearn is not at least 1000 times faster than the loop over chains and 1.5 tim
 
 import argparse
 import platform
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import extra_mib, in_mib, printed_by_child, seconds
 from scipy import stats
 
 from symlearn.law_of_balance import RegressionMoments, StationaryDistribution, simulate_sgd
@@ -91,12 +89,6 @@ LOOPS = {
 }
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def agrees(data, depth, lr, n_steps, n_chains):
     """Whether all ensembles have the distribution of the closed form."""
     law = StationaryDistribution(RegressionMoments.from_data(*data), lr, depth)
@@ -128,28 +120,15 @@ def compare(data, depth, lr, n_steps, n_chains, repeats):
     return min(ratio / REQUIRED_RATIOS[name] for name, ratio in zip(names, ratios[1:], strict=True))
 
 
-def status_kib(name):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(n_chains):
     """In a child process of its own: the peak during a simulation, less what was resident before, in MiB."""
     data = noisy_data()
     ours(*data, 3, 1e-4, 2, 8, 0)  # loads what a first call loads
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    ours(*data, 3, 1e-4, 200, n_chains, 0)
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(lambda: ours(*data, 3, 1e-4, 200, n_chains, 0)))
 
 
 def extra_memory(n_chains):
-    if not Path("/proc/self/clear_refs").exists():
-        return "not measured"
-    command = [sys.executable, __file__, "--memory", str(n_chains)]
-    return f"{float(subprocess.run(command, check=True, capture_output=True, text=True).stdout):.0f} MiB"
+    return in_mib(printed_by_child(__file__, "--memory", n_chains))
 
 
 def main():

@@ -9,23 +9,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from common import seconds
 from torch import nn
 from torch.nn.utils import parametrize
 
 from symlearn.mirror_symmetry import ConstraintBySymmetry, critical_weight_decay, normal_hessian
 from symlearn.models import mlp
 from symlearn.symmetry import MirrorSymmetry
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def alternate(*functions: Callable[[], object], repeats: int) -> list[float]:

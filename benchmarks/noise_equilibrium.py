@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from common import seconds
 from torch import nn
 
 from symlearn.datasets import digits
@@ -50,12 +49,6 @@ def measured_anew(sample_loss, params, layers, x, y, tol: float = 1e-8) -> dict[
             params = layer.act(params, amount)
             change = max(change, float(amount.abs().max()))
     return params
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def main() -> int:

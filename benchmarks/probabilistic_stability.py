@@ -9,13 +9,11 @@ steps. Agreement is checked first; the exit status is 1 if results disagree or t
 
 import argparse
 import platform
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import extra_mib, in_mib, printed_by_child, seconds
 from sklearn.datasets import load_digits
 
 from symlearn.probabilistic_stability import phase_diagram, sgd_lyapunov_exponents
@@ -59,33 +57,14 @@ def loop(chosen, n_runs, n_steps, rng, dtype=np.float64):
     return np.array(fractions)
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def status_kib(name):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(size, n_runs):
     """In a child process of its own: the peak during the diagram, less what was resident before, in MiB."""
     ours(4, 100, 10)  # loads what a first call loads
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    ours(size, n_runs, 200)
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(lambda: ours(size, n_runs, 200)))
 
 
 def extra_memory(size, n_runs):
-    if not Path("/proc/self/clear_refs").exists():
-        return "not measured"
-    command = [sys.executable, __file__, "--memory", str(size), str(n_runs)]
-    return f"{float(subprocess.run(command, check=True, capture_output=True, text=True).stdout):.0f} MiB"
+    return in_mib(printed_by_child(__file__, "--memory", size, n_runs))
 
 
 def compare_diagrams(size, n_runs, n_steps, repeats):

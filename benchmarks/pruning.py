@@ -9,12 +9,11 @@ the full run) when the ratio is below three.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+from common import extra_mib, printed_by_child
 from torch import nn
 
 from symlearn.models import mlp, resnet18, vgg16
@@ -121,10 +120,7 @@ def compare(name, divisor, compression, iterations, threads, n_runs):
 
 def peak_memory(key, name, divisor):
     """Peak of a child process above its state with the model, in MiB; None where the kernel does not tell."""
-    if not Path("/proc/self/status").exists():
-        return None
-    command = [sys.executable, __file__, "--child", key, name, str(divisor)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return printed_by_child(__file__, "--child", key, name, divisor)
 
 
 def child(key, name, divisor):
@@ -133,14 +129,7 @@ def child(key, name, divisor):
     run = IMPLEMENTATIONS[key]
     run(build("vgg16", 32), 10.0, 1, IMAGE)  # loads what is loaded on first use
     model = build(name, int(divisor))
-    before = status("VmRSS")
-    run(model, 100.0**0.05, 5, IMAGE)
-    print((status("VmHWM") - before) / 1024)
-
-
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
+    print(extra_mib(lambda: run(model, 100.0**0.05, 5, IMAGE)))
 
 
 def main():

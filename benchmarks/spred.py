@@ -13,9 +13,7 @@ import argparse
 import importlib
 import json
 import statistics
-import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import scipy
 import sklearn
+from common import extra_mib, in_mib, printed_by_child, seconds
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from threadpoolctl import threadpool_limits
@@ -86,12 +85,6 @@ def loosest(make: Callable[[float, float], Any], X: np.ndarray, y: np.ndarray, a
         if relative_gap(X, y, np.ravel(make(alpha, tol).fit(X, y).coef_), alpha) <= GAP:
             return float(tol)
     return None
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def agreement(X: np.ndarray, y: np.ndarray, alpha: float) -> tuple[np.ndarray, bool]:
@@ -160,34 +153,19 @@ def summarise(rows: list[dict[str, Any]], label: str) -> str:
     return f"{label}: {len(rows)} problems, {counts}; geometric mean ratio {mean:.2f}, worst {ratios.max():.2f}"
 
 
-def status_kib(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1])
-    raise KeyError(name)
-
-
 def print_extra_memory(name: str) -> None:
     """In a child process of its own: the peak during a fit, less what was resident before, in MiB."""
     make = solvers()[0][name]
     small, large = problem(50, 100, 0.5), problem(500, 4000, 0.5)
     make(0.1, 1e-6).fit(*small)  # loads and compiles what a first call needs
     alpha = 0.1 * np.abs(large[0].T @ large[1]).max() / 500
-    before = status_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the earlier peak
-    make(alpha, 1e-6).fit(*large)
-    print((status_kib("VmHWM") - before) / 1024)
+    print(extra_mib(lambda: make(alpha, 1e-6).fit(*large)))
 
 
 def print_memory() -> None:
-    if not Path("/proc/self/clear_refs").exists():
-        print("peak extra memory: not measured on this system")
-        return
     print("peak extra memory of a fit, 500 x 4000 (X takes 15 MiB), alpha = 0.1 alpha_max:")
     for name in solvers()[0]:
-        command = [sys.executable, __file__, "--memory", name]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(f"{name:>14s}{float(result.stdout):8.1f} MiB")
+        print(f"{name:>14s}{in_mib(printed_by_child(__file__, '--memory', name)):>14s}")
 
 
 def main() -> int:
