@@ -16,6 +16,7 @@ __all__ = [
     "datasets",
     "explorer",
     "gradients",
+    "kernel_learning",
     "law_of_balance",
     "lyapunov",
     "mirror_symmetry",
@@ -28,6 +29,7 @@ __all__ = [
     "sweep",
     "symmetry",
     "syre",
+    "tangent_kernel",
 ]
 
 
