@@ -315,7 +315,7 @@ WHOLE = idx(np.zeros((7, 5, 6)))
         (MNIST[0], b"\0\0", "must be an IDX file that begins with the number 2051, got 0"),
         (MNIST[0], WHOLE[:2] + b"\x09" + WHOLE[3:], "must be an IDX file that begins with the number 2051, got 2307"),
         (MNIST[0], idx(np.zeros(7)), "must be an IDX file that begins with the number 2051, got 2049"),
-        (MNIST[0], gzip.compress(WHOLE), "must be an IDX file that begins with the number 2051, got 529"),
+        (MNIST[0], gzip.compress(WHOLE, mtime=0), "must be an IDX file that begins with the number 2051, got 529"),
         (MNIST[0], WHOLE[:10], "must be .*, got 0 bytes"),
         (MNIST[0], WHOLE[:16], "must be complete, with 210 bytes after its header, got 0 bytes"),
         (MNIST[0], WHOLE[:-1], "must be complete, with 210 bytes after its header, got 209 bytes"),
