@@ -92,6 +92,13 @@ def test_every_figure_has_alt_text_a_caption_and_a_name(path):
             assert details["figure"]["name"].startswith("fig-")
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_formula_has_lost_a_backslash(path):
+    """Where a tool reads the start of ``\\frac`` as an escape, a control character is left."""
+    text = "".join("".join(cell["source"]) for cell in load(path)["cells"])
+    assert not {character for character in text if ord(character) < 32} - {"\n"}
+
+
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
 def test_code_in_a_chapter_is_short(path):
     lengths = {cell["id"]: len(cell["source"]) for cell in code_cells(load(path))}
