@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "anisotropic_ridge",
+    "balanced_coding",
     "canonical_representation",
     "claims",
     "datasets",
@@ -21,6 +22,7 @@ __all__ = [
     "kernel_learning",
     "law_of_balance",
     "learning_circuit",
+    "learning_rules",
     "lyapunov",
     "mirror_symmetry",
     "models",
