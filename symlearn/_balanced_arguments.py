@@ -80,11 +80,3 @@ def check_size(name: str, values: Any) -> Any:
     if (largest := np.abs(values).max(initial=0)) > _LARGEST:
         raise invalid(name, f"at most {_LARGEST:g} in modulus", float(largest))
     return values
-
-
-def broadcast(given: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    try:
-        return np.broadcast_arrays(*given.values())
-    except ValueError:
-        shapes = ", ".join(f"{name} {values.shape}" for name, values in given.items())
-        raise invalid(next(iter(given)), "of a shape that broadcasts with the other arguments", shapes) from None

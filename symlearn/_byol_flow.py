@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
 from symlearn._checks import (
+    check_broadcast,
     check_finite,
     check_nonnegative,
     check_positive,
@@ -32,15 +33,6 @@ def bounded(name: str, values: np.ndarray) -> np.ndarray:
     if (np.abs(values) > LARGEST).any():
         raise invalid(name, f"at most {LARGEST:g} in modulus", float(np.abs(values).max()))
     return values
-
-
-def broadcast(**arrays: np.ndarray) -> list[np.ndarray]:
-    """The arrays in their common shape."""
-    try:
-        return list(np.broadcast_arrays(*arrays.values()))
-    except ValueError:
-        shapes = ", ".join(f"{array.shape}" for array in arrays.values())
-        raise invalid(", ".join(arrays), "of shapes that broadcast", f"shapes {shapes}") from None
 
 
 def check_rates(
@@ -65,7 +57,7 @@ def check_rates(
 
 def check_start(p0: ArrayLike, s0: ArrayLike, tau0: float, alpha_p: float) -> tuple[np.ndarray, tuple[int, ...]]:
     """The start as states (n, 3) of v, u, p, and the shape of the modes."""
-    p, s = broadcast(p0=check_finite("p0", p0), s0=check_nonnegative("s0", s0))
+    p, s = check_broadcast(p0=check_finite("p0", p0), s0=check_nonnegative("s0", s0))
     v, ratio = math.sqrt(alpha_p) * np.sqrt(s), check_scalar("tau0", tau0)
     if (v > LARGEST).any():
         raise invalid("s0", f"at most {LARGEST**2:g} / alpha_p", float(s.max()))

@@ -97,6 +97,23 @@ def check_str(name: str, value: Any) -> str:
     return value
 
 
+def check_fraction(name: str, value: ArrayLike) -> float:
+    """A number in [0, 1)."""
+    number = check_scalar(name, value)
+    if not 0 <= number < 1:
+        raise invalid(name, "in [0, 1)", number)
+    return number
+
+
+def check_broadcast(**arrays: np.ndarray) -> list[np.ndarray]:
+    """The arrays in their common shape."""
+    try:
+        return list(np.broadcast_arrays(*arrays.values()))
+    except ValueError:
+        shapes = ", ".join(f"{array.shape}" for array in arrays.values())
+        raise invalid(", ".join(arrays), "of shapes that broadcast", f"shapes {shapes}") from None
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """One of the given words."""
     if not isinstance(value, str):
@@ -154,6 +171,15 @@ def check_pair(inputs: Any, targets: Any, *, names: tuple[str, str] = ("inputs",
     if len(inputs) != len(targets):
         raise invalid(names[1], f"as long as {names[0]} ({len(inputs)})", f"length {len(targets)}")
     return inputs, targets
+
+
+def check_samples(name: str, value: Any) -> Any:
+    """A tensor of at least one sample on axis 0, unchanged."""
+    if not _is_tensor(value):
+        raise wrong_type(name, "a tensor", value)
+    if value.ndim == 0 or len(value) == 0:
+        raise invalid(name, "of at least one sample", f"shape {tuple(value.shape)}")
+    return value
 
 
 def check_generator(generator: Any) -> Any:

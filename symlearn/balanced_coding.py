@@ -18,7 +18,6 @@ from scipy.optimize import brentq
 from symlearn._balanced_arguments import (
     FUNCTIONS,
     SMALLEST,
-    broadcast,
     check_counts,
     check_rates,
     check_size,
@@ -31,6 +30,7 @@ from symlearn._balanced_mean_field import fluctuations, linear_loop, response, s
 from symlearn._balanced_results import CodingResult, CodingStatistics, EnsembleResult, MeanField
 from symlearn._balanced_simulation import Settings, block_size, draw_weights, run
 from symlearn._checks import (
+    check_broadcast,
     check_choice,
     check_finite,
     check_int,
@@ -272,7 +272,7 @@ def delayed_variance(gain: ArrayLike, delay: ArrayLike) -> np.ndarray | float:
     given = {"gain": check_nonnegative("gain", gain), "delay": check_nonnegative("delay", delay)}
     for name, values in given.items():
         check_size(name, values)
-    gains, delays = broadcast(given)
+    gains, delays = check_broadcast(**given)
     stable = delays < critical_delay(gains)
     found = linear_loop(np.where(stable, gains, 0.0), np.where(stable, delays, 0.0)).real
     return _unwrapped(np.where(stable, found, np.inf))
@@ -383,7 +383,7 @@ def tracking_error(balance: ArrayLike, delay: ArrayLike, frequency: ArrayLike) -
     }
     for name, values in given.items():
         check_size(name, values)
-    b, d, w = broadcast(given)
+    b, d, w = check_broadcast(**given)
     stable = d < critical_delay(b)
     loop = 1 + 1j * w + b * np.exp(-1j * w * d)
     return _unwrapped(np.where(stable, np.abs((loop - b) / np.where(stable, loop, 1)) / math.sqrt(2), np.inf))
@@ -603,7 +603,7 @@ def simulate_ensemble(
     )
     if rates.name == "linear":
         refuse_linear_disorder(float(given["disorder"].max(initial=0)))
-    *columns, rows = broadcast({**given, "signal": series[..., 0]})
+    *columns, rows = check_broadcast(**given, signal=series[..., 0])
     shape, length = rows.shape, series.shape[-1]
     if not rows.size:
         raise invalid("balance", "at least one setting", f"shape {shape}")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from symlearn._byol_flow import (
     amplitudes,
     bounded,
-    broadcast,
     check_rates,
     check_start,
     check_times,
@@ -30,7 +29,9 @@ from symlearn._byol_flow import (
 )
 from symlearn._checks import (
     check_bool,
+    check_broadcast,
     check_finite,
+    check_fraction,
     check_int,
     check_nonnegative,
     check_positive,
@@ -231,7 +232,7 @@ class ByolDynamics:
         ValueError
             If s is negative, something is not finite, or shapes do not broadcast.
         """
-        predictor, variance = broadcast(p=check_finite("p", p), s=check_nonnegative("s", s))
+        predictor, variance = check_broadcast(p=check_finite("p", p), s=check_nonnegative("s", s))
         return np.asarray(variance - (predictor / math.sqrt(self.alpha_p)) ** 2)
 
     def basin(self, p0: ArrayLike, s0: ArrayLike, tau0: float = 1.0) -> np.ndarray:
@@ -350,7 +351,7 @@ def critical_weight_decay(signal: ArrayLike, augmentation: ArrayLike) -> np.ndar
     >>> critical_weight_decay([2.0, 1.0, 0.6, 0.3], [0.5, 0.2, 0.9, 0.3]).round(4)
     array([0.4   , 0.2083, 0.06  , 0.0375])
     """
-    x, extra = broadcast(
+    x, extra = check_broadcast(
         signal=check_nonnegative("signal", signal), augmentation=check_nonnegative("augmentation", augmentation)
     )
     share = np.divide(x, x + extra, out=np.zeros_like(x), where=x > 0)
@@ -437,9 +438,7 @@ class DirectPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = check_int("dim", dim, 1)
-        self.ema = check_scalar("ema", ema)
-        if not 0 <= self.ema < 1:
-            raise invalid("ema", "in [0, 1)", self.ema)
+        self.ema = check_fraction("ema", ema)
         self.eps, self.exponent = _check_spectrum(eps, exponent)
         self.freq = check_int("freq", freq, 1)
         self.normalize = check_bool("normalize", normalize)

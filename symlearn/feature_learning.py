@@ -28,6 +28,7 @@ from symlearn._checks import (
     check_positive,
     check_real,
     check_rng,
+    check_samples,
     check_scalar,
     invalid,
     wrong_type,
@@ -601,10 +602,7 @@ def _check_point(argument: str, point: Any, model: nn.Module) -> dict[str, Tenso
 
 
 def _check_batch(inputs: Any, model: nn.Module) -> None:
-    if not isinstance(inputs, Tensor):
-        raise wrong_type("inputs", "a tensor", inputs)
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise invalid("inputs", "of at least one sample", f"shape {tuple(inputs.shape)}")
+    check_samples("inputs", inputs)
     device = next((each.device for each in model.parameters()), inputs.device)
     if inputs.device != device:
         raise invalid("inputs", f"on the device of the model ({device})", str(inputs.device))

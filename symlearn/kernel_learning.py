@@ -28,6 +28,7 @@ from symlearn._checks import (
     check_int,
     check_module,
     check_real,
+    check_samples,
     check_scalar,
     check_shape,
     check_square,
@@ -458,7 +459,7 @@ def disagreement(model_a: nn.Module, model_b: nn.Module, inputs: Tensor) -> floa
     >>> disagreement(model, model, torch.eye(2))
     0.0
     """
-    _check_inputs(inputs)
+    check_samples("inputs", inputs)
     classes = []
     for name, model in (("model_a", model_a), ("model_b", model_b)):
         with _eval_mode(check_module(model, name)):
@@ -504,7 +505,7 @@ def activation_distance(model_a: nn.Module, model_b: nn.Module, inputs: Tensor) 
     >>> activation_distance(one, one, torch.ones(3, 1))
     0.0
     """
-    _check_inputs(inputs)
+    check_samples("inputs", inputs)
     patterns = [_pattern(name, model, inputs) for name, model in (("model_a", model_a), ("model_b", model_b))]
     shapes = [[tuple(each.shape) for each in pattern] for pattern in patterns]
     if shapes[0] != shapes[1]:
@@ -635,13 +636,6 @@ def _check_metric(value: Any) -> float:
     if not math.isfinite(number):
         raise invalid("metric", "finite on the whole line", str(number))
     return number
-
-
-def _check_inputs(inputs: Any) -> None:
-    if not isinstance(inputs, Tensor):
-        raise wrong_type("inputs", "a tensor", inputs)
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise invalid("inputs", "of at least one sample", f"shape {tuple(inputs.shape)}")
 
 
 def _pattern(name: str, model: Any, inputs: Tensor) -> list[Tensor]:

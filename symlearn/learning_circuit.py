@@ -14,10 +14,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from symlearn._checks import check_choice, check_generator, check_int, check_real, check_scalar, invalid, wrong_type
+from symlearn._checks import (
+    check_choice,
+    check_fraction,
+    check_generator,
+    check_int,
+    check_real,
+    check_scalar,
+    invalid,
+    wrong_type,
+)
 
 __all__ = ["SelfAssemblingCircuit", "lateral_alignment", "mismatch_factor"]
 
@@ -59,7 +67,7 @@ def mismatch_factor(decay: float, n_steps: int) -> float:
     >>> mismatch_factor(0.5, 3)
     0.125
     """
-    return (1 - _check_decay("decay", decay)) ** check_int("n_steps", n_steps, 0)
+    return (1 - check_fraction("decay", decay)) ** check_int("n_steps", n_steps, 0)
 
 
 def lateral_alignment(n: int, m: int, n_samples: float = math.inf) -> float:
@@ -187,7 +195,7 @@ class SelfAssemblingCircuit:
         self.lr = check_scalar("lr", lr)
         if self.lr <= 0:
             raise invalid("lr", "> 0", self.lr)
-        self.decay = _check_decay("decay", decay)
+        self.decay = check_fraction("decay", decay)
         self.expansion = check_scalar("expansion", expansion)
         if self.expansion <= 0:
             raise invalid("expansion", "> 0", self.expansion)
@@ -242,7 +250,7 @@ class SelfAssemblingCircuit:
             For one-to-one lateral synapses, which have nothing to develop, or an argument out of range.
         """
         steps, batch = check_int("n_steps", n_steps, 0), check_int("batch_size", batch_size, 1)
-        lost = _check_decay("decay", decay)
+        lost = check_fraction("decay", decay)
         if lost == 0:
             raise invalid("decay", "in (0, 1)", lost)
         chosen = _check_plastic(plastic, ("A", "B"))
@@ -436,12 +444,10 @@ class SelfAssemblingCircuit:
         """Activities h_0, ..., h_{L-1}, and the logits."""
         weights = self._weights | dict(replaced or {})
         activity = [x]
-        for layer in range(1, len(self.sizes)):
-            total = torch.addmm(weights[f"c{layer}"], activity[-1], weights[f"W{layer}"].T)
-            if layer == len(self.sizes) - 1:
-                return activity, total
-            activity.append(self._phi(total))
-        raise AssertionError("a circuit has at least two layers")
+        top = len(self.sizes) - 1
+        for layer in range(1, top):
+            activity.append(self._phi(torch.addmm(weights[f"c{layer}"], activity[-1], weights[f"W{layer}"].T)))
+        return activity, torch.addmm(weights[f"c{top}"], activity[-1], weights[f"W{top}"].T)
 
     def _descend(
         self, activity: list[Tensor], logits: Tensor, y: Tensor
@@ -502,13 +508,6 @@ def _check_sizes(sizes: Any) -> tuple[int, ...]:
     if len(widths) < 3:
         raise invalid("sizes", "at least three widths: input, hidden, output", repr(widths))
     return widths
-
-
-def _check_decay(name: str, decay: ArrayLike) -> float:
-    value = check_scalar(name, decay)
-    if not 0 <= value < 1:
-        raise invalid(name, "in [0, 1)", value)
-    return value
 
 
 def _check_plastic(plastic: Any, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from symlearn._checks import (
     check_bool,
     check_choice,
     check_finite,
+    check_fraction,
     check_int,
     check_nonnegative,
     check_rng,
@@ -155,7 +156,7 @@ def learning_rule(
     return Rule(
         name,
         _above_zero("lr", lr),
-        _below_one("momentum", momentum),
+        check_fraction("momentum", momentum),
         pair,
         _above_zero("eps", eps),
         _at_least_zero("weight_decay", weight_decay),
@@ -548,19 +549,12 @@ def _at_least_zero(name: str, value: ArrayLike) -> float:
     return check_scalar(name, check_nonnegative(name, value))
 
 
-def _below_one(name: str, value: ArrayLike) -> float:
-    number = check_scalar(name, value)
-    if not 0 <= number < 1:
-        raise invalid(name, "in [0, 1)", number)
-    return number
-
-
 def _check_betas(betas: Any) -> tuple[float, float]:
     if isinstance(betas, str) or not isinstance(betas, Sequence):
         raise wrong_type("betas", "a pair of numbers", betas)
     if len(betas) != 2:
         raise invalid("betas", "a pair of numbers", f"{len(betas)} of them")
-    return _below_one("betas", betas[0]), _below_one("betas", betas[1])
+    return check_fraction("betas", betas[0]), check_fraction("betas", betas[1])
 
 
 def _check_matrix(name: str, value: ArrayLike) -> np.ndarray:

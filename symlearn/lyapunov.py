@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.special import dawsn
 
 from symlearn._batch_mean import batch_mean, check_decay, check_vector, check_weights, log_distance_to_one, log_factors
-from symlearn._checks import check_finite, check_int, check_nonnegative, check_positive, invalid
+from symlearn._checks import check_broadcast, check_finite, check_int, check_nonnegative, check_positive, invalid
 from symlearn._growth import log_growth, mean_growth
 
 __all__ = [
@@ -201,11 +201,7 @@ def gaussian_lyapunov_exponent(
         "lr": check_positive("lr", lr),
         "weight_decay": check_nonnegative("weight_decay", weight_decay),
     }
-    try:
-        mu, sigma, eta, decay = np.broadcast_arrays(*arguments.values())
-    except ValueError:
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in arguments.items())
-        raise invalid("mean", "of a shape that broadcasts against the others", f"shapes {shapes}") from None
+    mu, sigma, eta, decay = check_broadcast(**arguments)
     with np.errstate(over="ignore"):
         shift, b = eta * (mu + decay), eta * sigma
     if not (np.isfinite(shift).all() and np.isfinite(b).all()):

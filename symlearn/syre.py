@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from symlearn._checks import (
+    check_broadcast,
     check_finite,
     check_int,
     check_module,
@@ -352,7 +353,7 @@ def biased_fixed_point(curvature: ArrayLike, anchor: ArrayLike, weight_decay: Ar
         check_finite("anchor", anchor),
         check_nonnegative("weight_decay", weight_decay),
     )
-    h, x, decay = _broadcast(curvature=h, anchor=x, weight_decay=decay)
+    h, x, decay = check_broadcast(curvature=h, anchor=x, weight_decay=decay)
     stiffness = h + decay
     if not (stiffness > 0).all():
         raise invalid("curvature + weight_decay", "> 0", float(stiffness.min()))
@@ -403,7 +404,7 @@ def min_escape_force(
     risk = check_positive("delta", delta)
     if not (risk < 1).all():
         raise invalid("delta", "in (0, 1)", float(risk.max()))
-    count, k, width, decay, risk = _broadcast(n_mirrors=count, rank=k, std=width, weight_decay=decay, delta=risk)
+    count, k, width, decay, risk = check_broadcast(n_mirrors=count, rank=k, std=width, weight_decay=decay, delta=risk)
     logs = (np.log(risk) - np.log(count) + gammaln(k / 2 + 1)) / k
     return _plain(decay * width * math.sqrt(2) * np.exp(logs))
 
@@ -558,14 +559,6 @@ def _check_counts(name: str, value: ArrayLike) -> np.ndarray:
     if (counts < 1).any():
         raise invalid(name, ">= 1", float(counts.min()))
     return counts
-
-
-def _broadcast(**arrays: np.ndarray) -> list[np.ndarray]:
-    try:
-        return list(np.broadcast_arrays(*arrays.values()))
-    except ValueError:
-        shapes = ", ".join(f"{array.shape}" for array in arrays.values())
-        raise invalid(", ".join(arrays), "of shapes that broadcast", f"shapes {shapes}") from None
 
 
 def _plain(array: np.ndarray) -> np.ndarray | float:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from symlearn._checks import check_choice, check_finite, check_int, check_module, invalid, wrong_type
+from symlearn._checks import check_choice, check_finite, check_int, check_module, check_samples, invalid
 from symlearn._kernel_contraction import Workspace, rectangle, triangle
 from symlearn._kernel_features import STORED, FeatureMap, check_batch, random_model
 from symlearn._kernel_recording import NotLayerwiseError, ordinary_autograd
@@ -203,10 +203,7 @@ def _check_model(model: Any) -> torch.dtype:
 
 
 def _check_inputs(name: str, value: Any, device: torch.device) -> None:
-    if not isinstance(value, Tensor):
-        raise wrong_type(name, "a tensor", value)
-    if value.ndim == 0 or len(value) == 0:
-        raise invalid(name, "of at least one sample", f"shape {tuple(value.shape)}")
+    check_samples(name, value)
     if value.device != device:
         raise invalid(name, f"on the device of the parameters ({device})", str(value.device))
 

@@ -785,7 +785,10 @@ def ensemble(signal=(0.0, 0.0), dt=0.1, **options):
         (lambda: critical_gain(1e-70), "delay must be at least 1e-60, got 1e-70"),
         (lambda: delayed_variance(-1, 0.1), "gain must be >= 0, got -1"),
         (lambda: delayed_variance(1, -0.1), "delay must be >= 0, got -0.1"),
-        (lambda: delayed_variance([1, 2], [1, 2, 3]), "gain must be of a shape that broadcasts"),
+        (
+            lambda: delayed_variance([1, 2], [1, 2, 3]),
+            r"gain, delay must be of shapes that broadcast, got shapes",
+        ),
         (lambda: delayed_variance(1e61, 0), "gain must be at most 1e\\+60 in modulus"),
         (lambda: tracking_error(-1, 0, 1), "balance must be >= 0, got -1"),
         (lambda: tracking_error(1, 0, NAN), "frequency must be finite, got nan"),
@@ -836,7 +839,10 @@ def ensemble(signal=(0.0, 0.0), dt=0.1, **options):
         (lambda: ensemble(signal=0.0), "signal must be of at least one number on its last axis"),
         (lambda: ensemble(n=0), "n must be >= 1, got 0"),
         (lambda: ensemble(balance=[1.0, -1.0]), "balance must be >= 0, got -1 at index 1"),
-        (lambda: ensemble(balance=[1.0, 2.0], noise=[1, 2, 3]), "n must be of a shape that broadcasts with the other"),
+        (
+            lambda: ensemble(balance=[1.0, 2.0], noise=[1, 2, 3]),
+            "n, balance, noise, disorder, delay, signal must be of shapes that broadcast",
+        ),
         (lambda: ensemble(balance=[]), "balance must be at least one setting"),
         (lambda: ensemble(balance=[1.0, 9.0]), "dt must be < tau / \\(1 \\+ balance\\) = 0.1"),
         (lambda: ensemble(delay=[0.0, 0.05]), "dt must be <= delay = 0.05"),

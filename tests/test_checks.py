@@ -91,6 +91,13 @@ def test_good_values_pass_unchanged():
     assert checks.check_bool("flat", np.bool_(True)) is True
 
 
+def test_fractions_samples_and_broadcasts_pass():
+    assert checks.check_fraction("decay", 0) == 0
+    batch = torch.ones(1, 2)
+    assert checks.check_samples("x", batch) is batch
+    assert [array.shape for array in checks.check_broadcast(p=np.ones((2, 1)), s=np.ones(3))] == [(2, 3), (2, 3)]
+
+
 def test_shapes_with_free_lengths_are_met():
     assert checks.check_shape("x", np.ones((2, 3)), (None, 3)).shape == (2, 3)
     assert checks.check_shape("x", 1.0, ()).shape == ()
@@ -113,6 +120,16 @@ TENSORS = {"w": torch.ones(2)}
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
+        (lambda: checks.check_fraction("decay", 1.0), ValueError, r"decay must be in \[0, 1\), got 1"),
+        (lambda: checks.check_fraction("decay", -0.1), ValueError, r"decay must be in \[0, 1\), got -0.1"),
+        (lambda: checks.check_samples("x", [1.0]), TypeError, "x must be a tensor, got list"),
+        (lambda: checks.check_samples("x", torch.ones(0, 2)), ValueError, "x must be of at least one sample"),
+        (lambda: checks.check_samples("x", torch.tensor(1.0)), ValueError, "x must be of at least one sample"),
+        (
+            lambda: checks.check_broadcast(p=np.ones(2), s=np.ones(3)),
+            ValueError,
+            r"p, s must be of shapes that broadcast, got shapes \(2,\), \(3,\)",
+        ),
         (lambda: checks.check_real("x", "abc"), TypeError, "x must be real numbers, got str"),
         (lambda: checks.check_real("x", None), TypeError, "x must be real numbers, got NoneType"),
         (lambda: checks.check_real("x", True), TypeError, "x must be real numbers, got bool"),

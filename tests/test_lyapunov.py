@@ -506,7 +506,10 @@ def test_one_dimensional_arguments_of_a_wrong_type_are_refused(arguments, messag
         ({"lr": 0}, "lr must be > 0, got 0"),
         ({"lr": [0.1, NAN]}, "lr must be finite, got nan at index 1"),
         ({"weight_decay": -1}, "weight_decay must be >= 0, got -1"),
-        ({"mean": [1, 2], "std": [1, 2, 3]}, r"mean must be of a shape that broadcasts .* std \(3,\)"),
+        (
+            {"mean": [1, 2], "std": [1, 2, 3]},
+            r"mean, std, lr, weight_decay must be of shapes that broadcast, got shapes \(2,\), \(3,\)",
+        ),
         ({"mean": 1e300, "lr": 1e300}, r"lr must be such that lr \* \(mean \+ weight_decay\) and lr \* std are finite"),
         ({"std": 1e300, "lr": 1e300}, r"lr must be such that lr \* \(mean \+ weight_decay\) and lr \* std are finite"),
     ],
