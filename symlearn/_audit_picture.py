@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from symlearn._audit_report import AuditReport, Group, grouped, unwell
-from symlearn.plotting import DATA, SIMULATION, THEORY, use_book_style
+from symlearn._audit_report import AuditReport, Group, UnitHealth, grouped, unwell
+from symlearn.plotting import DATA, SIMULATION, THEORY, WIDTH, use_book_style
 
 _COLOURS = {"exact": THEORY, "exact up to eps": DATA, "broken": SIMULATION, "frozen": "0.6"}
 _MOST = 28  # rows
@@ -14,10 +14,11 @@ _MOST = 28  # rows
 
 def picture(report: AuditReport) -> Any:
     """Violations on a logarithmic axis, imbalances as bars, and the units of every space."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcParams
 
     with rc_context():
         use_book_style()
+        rcParams.update({"axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8.5})
         return _drawn(report)
 
 
@@ -26,40 +27,38 @@ def _drawn(report: AuditReport) -> Any:
 
     groups = grouped([*report.symmetries, *report.broken])[:_MOST]
     spaces = (unwell(report) if len(report.units) > _MOST else list(report.units))[:_MOST]
-    rows = max(len(groups), len(spaces), 2)
-    figure, axes = plt.subplots(
-        1, 3, figsize=(10.5, 1.1 + 0.27 * rows), layout="constrained", width_ratios=(1.1, 0.7, 0.9)
-    )
-    _violations(axes[0], groups)
-    bars = [0.0 if math.isnan(group.imbalance) else group.imbalance for group in groups]
-    axes[1].barh(range(len(groups)), bars, color=THEORY, height=0.6)
-    axes[1].set(xlim=(0, 1), yticks=[], title="imbalance", xlabel="|in - out| / (in + out)", ylim=axes[0].get_ylim())
-    _units(axes[2], spaces, rows)
+    rows = [max(len(some), 2) + 3 for some in (groups, spaces)]
+    figure = plt.figure(figsize=(WIDTH + 0.8, 0.24 * sum(rows)), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=rows, width_ratios=(1.4, 1))
+    violations, units = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, :])
+    _violations(violations, groups)
+    _imbalances(figure.add_subplot(grid[0, 1], sharey=violations), groups)
+    _units(units, spaces)
     return figure
 
 
 def _violations(axes: Any, groups: list[Group]) -> None:
-    for row, group in enumerate(groups):
-        x = min(max(group.violation, 1e-17), 1e1)
-        axes.plot(x, row, "o", color=_COLOURS[group.status], ms=6)
+    for status, colour in _COLOURS.items():
+        these = [(group.violation, row) for row, group in enumerate(groups) if group.status == status]
+        if these:
+            sizes = [min(max(size, 1e-17), 10.0) for size, _ in these]
+            axes.plot(sizes, [row for _, row in these], "o", color=colour, ms=6, label=status)
     labels = [f"{_short(' / '.join((*group.incoming[:1], *group.outgoing[:1])))}  {group.kind}" for group in groups]
     axes.set(
-        xscale="log",
-        xlim=(3e-18, 1e2),
-        xticks=(1e-16, 1e-11, 1e-6, 1e-1),
-        title="change of the outputs",
-        xlabel="relative",
+        xscale="log", xlim=(2e-18, 20), xticks=(1e-16, 1e-11, 1e-6, 1e-1), xlabel="change of the outputs, relative"
     )
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_ylim(max(len(groups), 1) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
-    for status in dict.fromkeys(group.status for group in groups):
-        axes.plot([], [], "o", color=_COLOURS[status], label=status)
-    if groups:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize=8)
+    _named_rows(axes, labels)
 
 
-def _units(axes: Any, spaces: list[Any], rows: int) -> None:
+def _imbalances(axes: Any, groups: list[Group]) -> None:
+    bars = [0.0 if math.isnan(group.imbalance) else group.imbalance for group in groups]
+    axes.barh(range(len(groups)), bars, color=THEORY, height=0.6)
+    axes.set(xlim=(0, 1), xlabel="imbalance of in and out")
+    axes.tick_params(axis="y", length=0, labelleft=False)
+
+
+def _units(axes: Any, spaces: list[UnitHealth]) -> None:
     start = [0.0] * len(spaces)
     for word, colour in (("dead", SIMULATION), ("duplicates", DATA), ("silent", "0.7")):
         shares = [len(_second(getattr(space, word))) / space.units for space in spaces]
@@ -67,12 +66,17 @@ def _units(axes: Any, spaces: list[Any], rows: int) -> None:
         axes.barh(range(len(spaces)), shares, left=start, color=colour, label=label, height=0.6)
         start = [before + share for before, share in zip(start, shares, strict=True)]
     effective = [space.effective_rank / space.units for space in spaces]
-    axes.plot(effective, range(len(spaces)), "|", color="0.2", ms=9, mew=1.6, label="effective rank")
-    axes.set(xlim=(0, 1.02), title="idle units, effective rank", xlabel="share of the units")
-    labels = [f"{_short(space.space)} ({space.units})" for space in spaces]
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8)
+    axes.plot(effective, range(len(spaces)), "|", color="0.2", ms=10, mew=1.8, label="effective rank")
+    axes.set(xlim=(0, 1.01), xlabel="share of the units")
+    _named_rows(axes, [f"{_short(space.space)} ({space.units})" for space in spaces])
+
+
+def _named_rows(axes: Any, labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+    if labels:
+        look = {"handletextpad": 0.2, "columnspacing": 1.2, "borderaxespad": 0.1}
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, **look)
 
 
 def _second(entries: tuple[Any, ...]) -> set[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -167,6 +168,10 @@ class AuditReport:
     recommendations: tuple[Recommendation, ...] = ()
     model_name: str = ""
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.symmetries)} symmetries, {len(self.recommendations)} recommendations"
+        return f"<AuditReport of {self.model_name or 'a model'}: {self.n_parameters:,} parameters, {counts}>"
+
     def __str__(self) -> str:
         return as_text(self)
 
@@ -210,8 +215,8 @@ def as_text(report: AuditReport) -> str:
         lines += ["", _units_title(report), *_aligned(_unit_rows(report))]
     for number, each in enumerate(report.recommendations, 1):
         lines += [""] if number > 1 else ["", "Recommendations"]
-        lines += [f"  {number}. {each.finding}", f"     do       {each.action}"]
-        lines += [f"     expect   {each.predicted}", f"     chapter  {each.chapter}"]
+        lines += [*_wrapped(each.finding, f"  {number}. "), f"     do       {each.action}"]
+        lines += [*_wrapped(each.predicted, "     expect   "), f"     chapter  {each.chapter}"]
     lines += [f"\n{note}" for note in _notes(report)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -352,6 +357,10 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return lines
 
 
+def _wrapped(text: str, start: str) -> list[str]:
+    return textwrap.wrap(text, _LINE, initial_indent=start, subsequent_indent=" " * len(start))
+
+
 def _html_table(rows: list[list[str]], bars: dict[str, list[float | None]]) -> str:
     cells = ["<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0]) + "</tr>"]
     for number, row in enumerate(rows[1:], 1):
@@ -380,6 +389,7 @@ def _json_number(value: Any) -> Any:
 
 
 _WORDS = ("kind", "status", "parameters in / out", "written by")  # columns that are not numbers
+_LINE = 92  # characters of a recommendation
 MOST_ROWS = 16  # longer tables are told in patterns
 _STYLE = (
     ".symlearn-audit{font-size:.9em;line-height:1.4}.symlearn-audit :is(h2,h4){font-size:1.1em;margin:1em 0 .3em}"
