@@ -92,6 +92,7 @@ def test_the_watch_for_the_bare_name_sees_it():
 
 def test_the_taste_in_the_readme_runs_as_printed(clean_python, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    error, pruned = run(clean_python, code, tmp_path).splitlines()
+    error, pruned, flat = run(clean_python, code, tmp_path).splitlines()
     assert float(error) > 0
     assert pruned == "14716 True ()"
+    assert flat == "8448"  # gains and biases against the next layer, 4224 channels, and the weights before each norm
