@@ -283,7 +283,7 @@ def grouped(findings: Sequence[Finding]) -> list[Group]:
 
 
 def unwell(report: AuditReport) -> list[UnitHealth]:
-    """Spaces with a unit that is dead, duplicate or silent, or with weights of lower rank than they could have."""
+    """Spaces with a unit that is dead, duplicate or silent."""
     return [space for space in report.units if space.dead or space.duplicates or space.silent]
 
 
