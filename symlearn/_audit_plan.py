@@ -28,6 +28,7 @@ NOT_READ = "no linear layer reads these units, so that copies cannot be merged"
 DIFFERENT = "copies have other gains, slopes or statistics"
 SLIGHT = 1e-5  # difference of units that are equal: above the rounding of float32 and what counts as a duplicate
 INSIDE_A_HEAD = "units inside a head: only whole heads are removed"
+UNEQUAL = "groups, layers or directions of one module lose equally many units or none"
 NORMALISED = "a norm takes its statistics over these units"
 
 Groups = list[list[tuple[int, int]]]  # of every group its units, each as space and number
@@ -173,6 +174,7 @@ def legal(model: nn.Module, spaces: Sequence[Space]) -> Plan:
         others = [unit for unit in wanted[place] if (place, unit) not in entire]
         if len(wanted[place]) == space.symmetry.units and others:
             wanted[place].discard(min(others))
+    layers |= {name: (groups, groups) for name, groups in _recurrent_layers(model, spaces).items()}
     changed = True
     while changed:
         changed = False
@@ -181,7 +183,7 @@ def legal(model: nn.Module, spaces: Sequence[Space]) -> Plan:
                 going = [
                     [each for each in group if each[1] in wanted[each[0]]]
                     for number, group in enumerate(side)
-                    if number not in whole[name]
+                    if number not in whole.get(name, ())
                 ]
                 least = min(map(len, going), default=0)
                 for place, unit in (each for group in going for each in group[least:]):
@@ -225,6 +227,29 @@ def _grouped_layers(model: nn.Module, spaces: Sequence[Space]) -> dict[str, Side
             for number, group in enumerate(rows.reshape(layer.groups, -1, rows.shape[1])):
                 units = group[:, 0] if along_rows else group[0]
                 side[number] += [(place, unit) for unit in units.tolist() if unit >= 0]
+    return found
+
+
+def shares_sizes(model: nn.Module, space: Space) -> bool:
+    """Whether a module with groups, layers or directions holds one number for these units and others."""
+    owners: list[Any] = [owner_of(model, name) for name in space.symmetry.names]
+    return any(isinstance(each, nn.RNNBase) or getattr(each, "groups", 1) > 1 for each in owners)
+
+
+def _recurrent_layers(model: nn.Module, spaces: Sequence[Space]) -> dict[str, Groups]:
+    """Hidden units of every layer and direction of a recurrent module: it has one number for all of them."""
+    found: dict[str, Groups] = {}
+    for place, space in enumerate(spaces):
+        for name in dict.fromkeys(space.symmetry.names):
+            module: Any = owner_of(model, name)
+            path, _, parameter = name.rpartition(".")
+            if isinstance(module, nn.RNNBase) and parameter.startswith("weight_hh_") and not module.proj_size:
+                units = [(place, unit) for unit in range(space.symmetry.units)]
+                found.setdefault(path, []).append(units)
+    for path, groups in found.items():
+        module = model.get_submodule(path)
+        parts = module.num_layers * (2 if module.bidirectional else 1)
+        groups += [[] for _ in range(parts - len(groups))]
     return found
 
 

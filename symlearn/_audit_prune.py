@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from symlearn._audit_attention import AttentionOfFewerHeads
-from symlearn._audit_plan import bundles, capped, channels, halves, idle_heads, joined, legal, open_spaces, refusal
+from symlearn._audit_plan import (
+    UNEQUAL,
+    bundles,
+    capped,
+    channels,
+    halves,
+    idle_heads,
+    joined,
+    legal,
+    open_spaces,
+    refusal,
+    shares_sizes,
+)
 from symlearn._audit_report import AuditReport
 from symlearn._audit_surgery import (
     Plan,
@@ -170,6 +182,11 @@ class _Surgery:
             elif not reason:
                 open_to.append(self._without_refused(space))
         plan = legal(self.model, open_to)
+        planned = dict(plan)
+        for space in open_to:
+            held = set(space.candidates) - set(planned.get(space, ()))
+            if held and len(held) < space.symmetry.units and shares_sizes(self.model, space):
+                self._note(space, UNEQUAL)
         if not plan:
             return False
         constants = self._constants(plan)
@@ -196,6 +213,8 @@ class _Surgery:
             single = sum(len(units) for _, units in part) == 1
             if self._accepted(joined(done, part), constants) is not None:
                 done = joined(done, part)
+            elif self.failed and len(part) > 1:  # a size that does not fit: perhaps of one of the spaces only
+                waiting += [part[: len(part) // 2], part[len(part) // 2 :]]
             elif not single and not self.failed:
                 waiting += halves(part)
             else:
@@ -287,7 +306,7 @@ class _Surgery:
         if space.heads:
             return space.symmetry.units
         rows, *columns = tensors_of(self.model)[space.name].shape
-        return max(rows, *(size * getattr(owner_of(self.model, space.name), "groups", 1) for size in columns[:1]))
+        return max([rows, *(size * getattr(owner_of(self.model, space.name), "groups", 1) for size in columns[:1])])
 
     def _without_refused(self, space: Space) -> Space:
         where = self._places(space)

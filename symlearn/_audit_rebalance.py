@@ -416,8 +416,8 @@ def _check_loss(sample_loss: Callable[..., Any], params: Mapping[str, Tensor]) -
     first = torch.tensor(0)
     expected = "a criterion that returns a scalar for the output and the target of one sample"
     try:
-        with torch.no_grad():
-            value = sample_loss(params, first, first)
+        with torch.enable_grad():
+            value = sample_loss({name: each.detach().requires_grad_() for name, each in params.items()}, first, first)
     except Exception as error:  # whatever the user's function raises for one sample in float64
         text = " ".join(str(error).split())
         raise invalid("loss_fn", expected, f"{type(error).__name__}: {text[:200]}") from error
@@ -425,3 +425,5 @@ def _check_loss(sample_loss: Callable[..., Any], params: Mapping[str, Tensor]) -
         raise wrong_type("loss_fn", expected, value)
     if value.ndim or not value.is_floating_point():
         raise invalid("loss_fn", expected, f"shape {tuple(value.shape)}, {value.dtype}")
+    if params and not value.requires_grad:
+        raise invalid("loss_fn", "a criterion with a gradient", "a loss that is detached from the parameters")

@@ -23,7 +23,8 @@ class Finding:
     units : int
         Length of ``amount``: units, heads or key/value groups; of a translation entries over the length of its axis.
     dimension : int
-        Flat directions; 0 for the discrete kinds.
+        Of the group: one per unit, or d^2 per block of matrices; 0 for the discrete kinds. Flat directions, if its
+        generators are independent, which those of blocks wider than all that they read and write are not.
     incoming, outgoing : tuple of str
         Trained parameters with positive and with negative exponent; of a discrete symmetry those that write and read.
     violation : float
@@ -147,7 +148,7 @@ class AuditReport:
         Parameters with entries whose gradient is 0 on these inputs, and how many.
     n_parameters : int
     flat_dimension : int
-        Sum of the dimensions of the symmetries.
+        Sum of the dimensions of the symmetries, those exact up to eps included.
     tracer : str
         What traced the model, or why nothing could.
     seconds : float
@@ -294,10 +295,11 @@ def listed(names: tuple[str, ...]) -> str:
 
 def _headline(report: AuditReport) -> str:
     share = report.flat_dimension / report.n_parameters
+    percent = f" ({share:.1%})" if share <= 1 else ""
     directions = "direction" if report.flat_dimension == 1 else "directions"
     name = f"{report.model_name}: " if report.model_name else ""
     return (
-        f"{name}{report.n_parameters:,} parameters, {report.flat_dimension:,} flat {directions} ({share:.1%}) "
+        f"{name}{report.n_parameters:,} parameters, {report.flat_dimension:,} flat {directions}{percent} "
         "along which no output changes"
     )
 

@@ -114,6 +114,16 @@ def private_copy(model: nn.Module) -> nn.Module:
     return other
 
 
+def hooked(model: nn.Module) -> list[str]:
+    """Modules with forward hooks of the user's: they are not called, so what they change is not seen."""
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if not type(hook).__module__.startswith("torch.")
+    ]
+
+
 def floating(structure: Any) -> list[Tensor]:
     """All floating point tensors of nested outputs."""
     leaves = pytree.tree_leaves(structure)

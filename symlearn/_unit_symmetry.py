@@ -267,7 +267,7 @@ class UnitMirror(_OfUnits):
 
     Notes
     -----
-    ``amount`` is a mask of shape (units,): 1 flips a unit, 0 leaves it. A number stands for all units.
+    ``amount`` is a mask of shape (units,): 1 or True flips a unit, 0 or False leaves it. A number stands for all units.
 
     Examples
     --------
@@ -280,6 +280,8 @@ class UnitMirror(_OfUnits):
     def act(self, params: Mapping[str, Tensor], amount: Any = 1) -> dict[str, Tensor]:
         """Parameters with the masked units flipped."""
         self._check_fit(params, self.names)
+        if isinstance(amount, Tensor) and amount.dtype == torch.bool:
+            amount = amount.long()
         mask = check_amount("amount", amount, [params[name] for name in self.names], [(), (self.units,)])
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise invalid("amount", "a mask of zeros and ones", "other numbers")

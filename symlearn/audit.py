@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -31,9 +32,9 @@ from symlearn._audit_rebalance import (
     check_report,
     noise_plan,
 )
-from symlearn._audit_report import AuditReport, Finding, Recommendation, UnitHealth
+from symlearn._audit_report import AuditReport, Finding, Recommendation, UnitHealth, listed
 from symlearn._audit_search import Found, search
-from symlearn._audit_verify import Bench, undisturbed
+from symlearn._audit_verify import Bench, hooked, undisturbed
 from symlearn._checks import (
     check_bool,
     check_choice,
@@ -130,6 +131,10 @@ def audit(
     it an analytic function differs at almost all parameters and inputs. With kinks that holds for the piece on which
     they lie.
 
+    Parameters are taken as they are, after tensors that are constant (fresh biases, gains, running statistics) have
+    been shaken: trained ones count as generic, exact zeros do not. Forward hooks of the user's are not called, as they
+    may record; the report names their modules, and what they change is not seen.
+
     Not searched for: rotations that commute with rotary embeddings, bias shifts, rotations of a stream that only
     norms without gains read, and symmetries which depend on the data.
 
@@ -197,7 +202,9 @@ def audit(
             found = search(bench, program, kinds=kinds, tol=tol, amount=amount, seed=seed)
         except Exception as error:  # a graph that no rule expects must not take the user's session down
             return report(Found.nothing(), f"untraceable: the analysis stopped ({_one_line(error)})")
-        plain, objective = report(found, program.tracer), None
+        with_hooks = hooked(model)
+        without = f", without the hooks of {listed(tuple(with_hooks))}" if with_hooks else ""
+        plain, objective = report(found, program.tracer + without), None
         if noise is not None:
             plan = noise_plan(bench, plain.symmetries, noise, approximate=False)
             pairs = zip(plan.chosen, plan.amounts, strict=True)
@@ -234,8 +241,8 @@ def rebalance(
 ) -> RebalanceResult:
     r"""Move a model along its symmetries to the least squared norm, or the least gradient noise; its function stays.
 
-    "balanced" is the zero of all charges: the unique minimum of :math:`\|\theta\|^2` over all exact rescalings and
-    matrices. "noise_equilibrium" is where SGD drifts: the minimum of
+    "balanced" is the zero of all charges: the least :math:`\|\theta\|^2` over all exact rescalings and matrices, unique
+    up to rotations inside a matrix block. "noise_equilibrium" is where SGD drifts: the minimum of
     :math:`T\operatorname{Tr}\Sigma+2\lambda\|\theta\|^2` over all exact scalings of single units. Both are convex.
 
     Parameters
@@ -315,6 +322,7 @@ def rebalance(
     if target == "noise_equilibrium":
         noise = check_noise(loss_fn, targets, temperature, weight_decay, args, keywords)
     check_optimizer(optimizer, model, inplace)
+    _warn_of_hooks(model)
     if inplace and any(parameter.is_inference() for parameter in model.parameters()):
         raise invalid("model", "made outside of inference mode with inplace=True", "inference tensors")
     if report is None:
@@ -414,6 +422,7 @@ def physical_prune(
     """
     args, keywords = _check_model_and_inputs(model, inputs, kwargs)
     duplicates, tol = check_bool("duplicates", duplicates), _check_number("tol", tol)
+    _warn_of_hooks(model)
     if report is not None and not isinstance(report, AuditReport):
         raise wrong_type("report", "an AuditReport or None", report)
 
@@ -439,8 +448,8 @@ def functional_dimension(
     r"""Rank of the Jacobian of all outputs on all inputs, with respect to the trained parameters.
 
     The number of directions in which the function changes. What is left, the number of trained parameters minus the
-    rank, bounds ``flat_dimension`` of an audit from above; equality means that the audit has explained every flat
-    direction at these parameters.
+    rank, bounds from above the part of ``flat_dimension`` that is exact, moves no running statistics and has
+    independent generators; equality means that the audit has explained every flat direction at these parameters.
 
     Parameters
     ----------
@@ -521,6 +530,12 @@ def _check_model_and_inputs(model: Any, inputs: Any, kwargs: Any) -> tuple[tuple
     for name, tensor in named.items():
         _check_tensor(name, tensor)
     return tuple(args), keywords
+
+
+def _warn_of_hooks(model: nn.Module) -> None:
+    if found := hooked(model):
+        message = f"the forward hooks of {listed(tuple(found))} are not called: what they change is not kept equal"
+        warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -40,7 +40,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import prune
 
-from symlearn.audit import AuditReport, audit
+from symlearn.audit import AuditReport, audit, physical_prune, rebalance
 from symlearn.symmetry import UnitSymmetry
 
 # Exact symmetries change the outputs by rounding alone: measured up to 4e-15 through 20 layers.
@@ -737,6 +737,17 @@ def test_it_works_where_gradients_are_off():
         assert audit(shaken(mlp(4, 5, 2)), normal(8, 4)).flat_dimension == 5
     with torch.inference_mode():
         assert audit(shaken(mlp(4, 5, 2)), normal(8, 4)).flat_dimension == 5
+
+
+def test_hooks_of_the_users_are_named_and_not_called():
+    model, x, calls = shaken(mlp(6, 8, 3)), normal(9, 6), []
+    assert "hooks" not in audit(model, x).tracer
+    model[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    assert audit(model, x).tracer == "torch.export, without the hooks of 1"
+    for action in (rebalance, physical_prune):
+        with pytest.warns(UserWarning, match="forward hooks of 1 are not called"):
+            action(model, x)
+    assert calls == []
 
 
 def test_small_inputs_do_not_hide_where_a_function_saturates():

@@ -641,6 +641,44 @@ def test_all_layers_and_directions_of_a_recurrent_cell_lose_a_unit_or_none():
     assert (outcome.removed, set(outcome.kept_back)) == ({}, {"cell.weight_ih_l0"})
 
 
+def test_a_dead_unit_of_one_direction_stays_and_keeps_no_other_unit_from_going():
+    class TwoWay(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(10, 2)
+            self.cell = nn.LSTM(8, 5, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            return self.last(self.cell(self.first(x).relu())[0][:, -1])
+
+    model = shaken(TwoWay())
+    with torch.no_grad():
+        model.last.weight[:, 2] = 0
+        model.cell.weight_hh_l0[:, 2] = 0
+        model.cell.weight_ih_l0[:, 3] = 0
+        model.cell.weight_ih_l0_reverse[:, 3] = 0
+    outcome = pruned(model, normal(4, 5, 6))
+    assert outcome.removed == {"first.weight": (3,)}
+    assert outcome.parameters == (678, 678 - 7 - 2 * 20)
+    assert predicted(audit(model, normal(4, 5, 6))) == outcome.parameters
+
+
+def test_units_that_a_bare_vector_gates_are_looked_at_without_harm():
+    class GatedByVector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.gate = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            return self.last((1 - self.gate) * self.first(x).relu())
+
+    model = shaken(GatedByVector())
+    unread(model.last, 4)
+    outcome = pruned(model, normal(20, 6))
+    assert outcome.violation < 1e-12
+    assert outcome.parameters[1] <= outcome.parameters[0]
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_gradients_are_off(mode):
     with mode():

@@ -753,6 +753,11 @@ BAD = {
     "temperatures": ({**NOISE, "temperature": [1.0, 2.0]}, ValueError, "temperature must be a single number"),
     "temperature of a string": ({**NOISE, "temperature": "hot"}, TypeError, "temperature must be"),
     "loss": ({**NOISE, "loss_fn": 3}, TypeError, "loss_fn must be a function of output and target, got int"),
+    "loss without gradient": (
+        {**NOISE, "loss_fn": lambda output, target: F.mse_loss(output, target).detach()},
+        ValueError,
+        "loss_fn must be a criterion with a gradient, got a loss that is detached",
+    ),
     "loss of none": ({**NOISE, "loss_fn": nothing}, TypeError, "loss_fn must be a criterion .* got NoneType"),
     "loss of a vector": (
         {**NOISE, "loss_fn": torch.sub},

@@ -285,3 +285,11 @@ def test_bad_arguments_are_refused(name):
     call, error, message = BAD_CALLS[name]
     with pytest.raises(error, match=message):
         call(small_net())
+
+
+def test_a_mask_of_truth_values_flips_as_ones_and_zeros_do():
+    terms = [("w", 1, torch.tensor([[0], [1]])), ("v", 1, torch.tensor([[0, 1]]))]
+    params = {"w": torch.ones(2, 3), "v": torch.ones(2, 2)}
+    mirror = UnitMirror(terms, units=2)
+    by_truth, by_number = mirror.act(params, torch.tensor([False, True])), mirror.act(params, [0, 1])
+    assert all(torch.equal(by_truth[name], by_number[name]) for name in params)
