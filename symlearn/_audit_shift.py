@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from symlearn._audit_graph import Program, called, last_uses, operation
+from symlearn._audit_graph import Program, called, last_uses, live, operation
 from symlearn._audit_rules import _MOVE, _SAME, _has_floats, _numbers, _values, _wrapped
 from symlearn._audit_tags import Source, Value, squeezed
 
@@ -43,6 +43,7 @@ class _Run:
         self.dead: set[str] = set()
         self.written: dict[str, set[tuple[int, ...]]] = {}
         self.env: dict[fx.Node, Any] = {}
+        self.live = live(program.graph)
 
     def go(self) -> None:
         last = last_uses(self.program.graph)
@@ -93,6 +94,8 @@ class _Run:
     def _followed(self, node: fx.Node, name: str, args: list, kwargs: dict, values: list, out: Any) -> Any:
         if name == "getitem":
             return args[0][args[1]]
+        if node not in self.live:  # it only looks, as an assertion does
+            return _shifted(out)
         if not any(value.writers or value.source is not None for value in values) or not _has_floats(out):
             self.kill(*values)
             return _shifted(out)

@@ -739,6 +739,21 @@ def test_it_works_where_gradients_are_off():
         assert audit(shaken(mlp(4, 5, 2)), normal(8, 4)).flat_dimension == 5
 
 
+def test_what_the_tracer_asserts_about_a_tensor_costs_no_translation():
+    class Places(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = nn.Embedding(10, 6), nn.Embedding(5, 6)
+            self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, ids):
+            places = self.places(torch.arange(ids.shape[1]))
+            return self.head(self.norm(self.words(ids) + places.to(ids.device)))
+
+    report = audit(shaken(Places()), tokens(2, 5, high=10))
+    assert total(report, "translation") == 10 + 5
+
+
 def test_hooks_of_the_users_are_named_and_not_called():
     model, x, calls = shaken(mlp(6, 8, 3)), normal(9, 6), []
     assert "hooks" not in audit(model, x).tracer
